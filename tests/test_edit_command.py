@@ -26,7 +26,7 @@ from starflow_jax.editing.burn_in import burn_in_schedules
 from starflow_jax.editing.examples import hidden_part, in_units, read_examples
 from starflow_jax.editing.latent_edits import spherical
 from starflow_jax.editing.operators import Identity
-from starflow_jax.editing.restoration import Restored
+from starflow_jax.editing.restoration import Restored, leading_frames
 from starflow_jax.models.autoencoders import fit_patch_pca, save_autoencoder
 
 UNSET = ("chains", "candidates", "moves", "leapfrog", "step_size")
@@ -162,6 +162,20 @@ def test_eight_devices_restore_what_one_does_and_continue_exactly(home, monkeypa
         np.testing.assert_array_equal(continued[name], mesh[name])
         errors[name] = np.abs(mesh[name].astype(float) - one[name]).max() / np.abs(one[name]).max()
     assert max(errors.values()) < 1e-5 and errors["image"] == 0.0, errors
+
+
+def test_chains_continue_the_frames_before_the_first_hidden_one(home):
+    config = sf.from_pretrained(home / "clips").config
+    frames = np.arange(3).reshape(3, 1, 1, 1)
+    for number in range(3):
+        found = leading_frames(config, np.broadcast_to(frames != number, (3, 4, 4, 1)))
+        assert found is None if number == 0 else np.array_equal(found[:, 0, 0, 0], np.arange(3) < number), found
+    half = np.broadcast_to((frames < 2) | (np.arange(4)[:, None] < 2), (3, 4, 4, 1))
+    np.testing.assert_array_equal(leading_frames(config, half), np.broadcast_to(frames < 2, (3, 4, 4, 1)))
+    other = dataclasses.replace(config, flow=dataclasses.replace(config.flow, temporal_causal=False, denoiser=None))
+    assert leading_frames(other, half) is None
+    images = sf.from_pretrained(home / "run").config
+    assert leading_frames(images, np.ones((4, 4, 1), bool)) is None
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from starflow_jax.editing.burn_in import first_state
 from starflow_jax.editing.chains import run_part
 from starflow_jax.editing.convergence import effective_sample_size, split_r_hat
 from starflow_jax.editing.langevin_moves import Point, langevin_move
@@ -180,9 +181,10 @@ def test_what_is_not_finite_stops_no_other_chain():
 
 
 @pytest.mark.slow
-def test_exact_values_are_held_and_the_others_have_their_conditional_distribution():
+@pytest.mark.parametrize("leading", [None, jnp.arange(4).reshape(SIZE) == 0], ids=["drawn", "continued"])
+def test_exact_values_are_held_and_the_others_have_their_conditional_distribution(leading):
     x = problems()[0] * VISIBLE
-    posterior = posterior_of(x, sigma=0.05, free=jnp.asarray(~VISIBLE))
+    posterior = dataclasses.replace(posterior_of(x, sigma=0.05, free=jnp.asarray(~VISIBLE)), leading=leading)
     draws = sample_posterior(posterior, jax.random.key(0), SIZE, OPTIONS, exact=x.astype(np.float32))
     shown = np.broadcast_to(x.astype(np.float32)[:, None], draws.last.shape)
     np.testing.assert_array_equal(draws.last[..., VISIBLE], shown[..., VISIBLE])
@@ -192,6 +194,19 @@ def test_exact_values_are_held_and_the_others_have_their_conditional_distributio
     options = dataclasses.replace(OPTIONS, moves="latent")
     with pytest.raises(ValueError, match=r"moves must be of data \(mala, .* where values are held, got latent"):
         sample_posterior(posterior, jax.random.key(0), SIZE, options, exact=x)
+
+
+def test_chains_begin_at_continuations_of_leading_values():
+    """Where nothing else is known, they have their conditional distribution from the first."""
+    y, leading = problems()[0] * VISIBLE, np.arange(4).reshape(SIZE) == 0
+    posterior = dataclasses.replace(posterior_of(y, operator=Mask(leading)), leading=jnp.asarray(leading))
+    x = np.asarray(first_state(posterior, jax.random.key(0), CHAINS, SIZE).point.x).reshape(COUNT, CHAINS, 4)
+    np.testing.assert_array_equal(x[..., 0], np.repeat(y.reshape(COUNT, 4)[:, :1].astype(np.float32), CHAINS, axis=1))
+    # The first value is MEAN[0] plus the first noise, as FACTOR[0, 0] is 1.
+    mean = MEAN + FACTOR[:, 0] * (y.reshape(COUNT, 4)[:, :1] - MEAN[0])
+    standard = np.linalg.solve(FACTOR[1:, 1:], (x - mean[:, None])[..., 1:].reshape(-1, 3).T).T
+    np.testing.assert_allclose(standard.mean(axis=0), 0.0, atol=0.08)
+    np.testing.assert_allclose(np.cov(standard.T), np.eye(3), atol=0.12)
 
 
 def test_equal_keys_give_equal_draws_and_every_part_is_the_same_program():

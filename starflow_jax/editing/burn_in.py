@@ -29,9 +29,11 @@ def first_state(
 ) -> State:
     """The chains at draws from the prior, with a measurement whose noise is so wide that some of them fit it.
 
-    Every posterior has `candidates` x `chains` draws, and the noise is as wide as it takes for their weights
-    exp(-|y - A x|^2 / 2 sigma^2) to be worth `chains` of them. The chains are resampled by these weights; draws with
-    values or a density that are not finite have the weight 0. `start` is NaN for a posterior without a finite draw.
+    Where values are known from the beginning (`posterior.leading`), the draws continue them: they have the noise of
+    these values, and new noise elsewhere. Every posterior has `candidates` x `chains` draws, and the noise of the
+    measurement is as wide as it takes for their weights exp(-|y - A x|^2 / 2 sigma^2) to be worth `chains` of them. The
+    chains are resampled by these weights; draws with values or a density that are not finite have the weight 0. `start`
+    is NaN for a posterior without a finite draw.
 
     Args:
       posterior: M posteriors, whose prior has M x chains rows.
@@ -42,11 +44,18 @@ def first_state(
     groups = posterior.y.shape[0]
     rows = groups * chains
     draw_key, move_key, choice_key = jax.random.split(key, 3)
+    leading = False if posterior.leading is None else posterior.leading
+    known = known_noise = jnp.zeros((rows, *size))
+    if posterior.leading is not None:
+        known = repeated(posterior.y, rows)
+        known_noise = posterior.prior.log_prob(known)[1]
 
     def drawn(row: Int[Array, "B"], call: Int[Array, "B"]) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
         """Draws from the prior and log p of them, functions of a row and of a call."""
         keys = jax.vmap(lambda r, c: jax.random.fold_in(jax.random.fold_in(draw_key, r), c))(row, call)
-        return posterior.prior.of_rows(row).data(jax.vmap(lambda k: jax.random.normal(k, size))(keys))
+        noise = jax.vmap(lambda k: jax.random.normal(k, size))(keys)
+        x, log_prior = posterior.prior.of_rows(row).data(jnp.where(leading, known_noise[row], noise))
+        return jnp.where(leading, known[row], x), log_prior
 
     def measured(_: None, call: Int[Array, ""]) -> tuple[None, Float[Array, "B"]]:
         x, log_prior = drawn(jnp.arange(rows), jnp.full(rows, call))

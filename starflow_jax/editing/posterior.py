@@ -63,6 +63,8 @@ class Posterior:
       y: float32 [M, ...], measurements; of a mask with zeros in place of hidden values, as the operator gives them.
       sigma: float32 [M], standard deviations of their noise.
       free: bool, broadcasts against one x; False where x is known exactly and does not move. None: everything moves.
+      leading: bool, broadcasts against one x; True where a mask shows values exactly whose noise follows from them
+        alone, as that of the first frames of a clip does: chains begin at draws of p(x | these values). None for none.
     """
 
     prior: Prior
@@ -70,6 +72,7 @@ class Posterior:
     y: jax.Array
     sigma: jax.Array
     free: jax.Array | None = None
+    leading: jax.Array | None = None
 
     def terms(self, x: Float[Array, "B *size"]) -> Terms:
         """The terms of the density at x, with one pass of the flow and one back."""

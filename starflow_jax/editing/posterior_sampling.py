@@ -221,8 +221,11 @@ def sample_posterior(
         state, done, traces = spread(layout, jax.tree.map(jnp.asarray, found.state)), found.parts, found.traces
         if progress is not None and done:
             progress(done * plan.moves)
-    # While the measurement is annealed, values that are known exactly move, too.
-    moving = dataclasses.replace(posterior, free=None if posterior.free is None else jnp.ones_like(posterior.free))
+    # While the measurement is annealed, values that are known exactly move, too, but for those that were never unknown.
+    free = None if posterior.free is None else jnp.ones_like(posterior.free)
+    if free is not None and posterior.leading is not None:
+        free = jnp.broadcast_to(~posterior.leading, free.shape)
+    moving = dataclasses.replace(posterior, free=free)
     waiting = options.anneal and not any(_is_actual(schedule) for schedule in schedules[:done])
     for index in range(done, len(schedules)):
         schedule, burns_in = schedules[index], index < len(burn_in)

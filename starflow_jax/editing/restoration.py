@@ -12,13 +12,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from starflow_jax.api.distributions import distribution
 from starflow_jax.api.flow_distribution import Distribution
 from starflow_jax.api.model_condition import Condition, given_condition
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.editing.chain_request import chain_request
 from starflow_jax.editing.flow_prior import FlowPrior
 from starflow_jax.editing.operators import Mask, OfDecoded, Operator, as_operator, check_operator, noise_gain
@@ -32,6 +33,7 @@ from starflow_jax.editing.posterior_sampling import (
     sample_posterior,
 )
 from starflow_jax.editing.resuming import chain_folder
+from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.sampling.denoising import DENOISE_FIELDS, Denoising, resolved_denoising
 from starflow_jax.sampling.image_sampling import to_pixels
@@ -135,6 +137,10 @@ def restore(
         noise = learned or noise
     elif exact:
         values = _as_learned(data, level, measured, seed)
+    shown = None
+    if values is not None and isinstance(operator, Mask):
+        shown = np.broadcast_to(operator.visible, model.shape)
+    leading = None if shown is None else leading_frames(run.config, shown)
     together = max(1, min(rows // options.chains, len(measured)))
     key, parts = jax.random.key(seed), []
     with contextlib.ExitStack() as stack:
@@ -152,9 +158,8 @@ def restore(
                 operator,
                 jnp.asarray(measured[index] if values is None else values[index]),
                 jnp.full(together, noise, jnp.float32),
-                free=jnp.asarray(~np.broadcast_to(operator.visible, model.shape))
-                if values is not None and isinstance(operator, Mask)
-                else None,
+                free=None if shown is None else jnp.asarray(~shown),
+                leading=None if leading is None else jnp.asarray(leading),
             )
             part = sample_posterior(
                 spread(model.layout, posterior),
@@ -236,6 +241,21 @@ def _resolved_sigma(
     total = float(np.hypot(learned * noise_gain(operator, size), sigma or 0.0))
     check(total > 0, "sigma must be above 0 for a model that was trained without noise, got 0")
     return False, total
+
+
+def leading_frames(config: ExperimentConfig, shown: Bool[np.ndarray, "*size"]) -> Bool[np.ndarray, "*size"] | None:
+    """Where the first frames of a clip are, as many as are shown whole.
+
+    None where there are none, or where their noise depends on later frames.
+
+    Args:
+      config: of the model.
+      shown: the values of a clip that are known.
+    """
+    if not config.data.frames or not is_frame_causal(config.flow):
+        return None
+    leading = np.logical_and.accumulate(shown.reshape(len(shown), -1).all(axis=1))
+    return np.broadcast_to(leading.reshape(-1, *(1,) * (shown.ndim - 1)), shown.shape) if leading.any() else None
 
 
 def data_noise(data: DataConfig, level: float) -> float:
