@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
+import shutil
 import signal
+from itertools import chain
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from bad_option_values import bad_values, prepare
+from picture_files import write_clip, write_photos
 from random_flows import CLASSES, random_flow
 from sweep_runs import params_of, write_run
 
@@ -21,6 +25,7 @@ from starflow_jax.compression.file_format import Header, write_file
 from starflow_jax.core.config import DataConfig, load_config
 from starflow_jax.models.autoencoders import save_autoencoder
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
+from starflow_jax.training.checkpoints import manager
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SECONDS = 20
@@ -154,9 +159,8 @@ def home(tmp_path_factory):
     (home / "sweep.py").write_bytes((EXPERIMENTS / "sweeps" / "digits.py").read_bytes())
     with contextlib.chdir(home):
         assert main(["port", "--workdir", "run", "--to-torch", "weights.safetensors"]) == 0
-        assert main(["sample", "--workdir", "clips", "--num", "1", "--out", "clip.gif", "--solver", "sequential"]) == 0
-        (home / "photos").mkdir()
-        assert main(["sample", "--workdir", "run", "--num", "2", "--out", "photos", "--solver", "sequential"]) == 0
+    write_clip(home / "clip.gif", clips.data.frames, size=(clips.flow.image_size, clips.flow.image_size))
+    write_photos(home, {"photos": [(8, 8), (8, 8)]}, captions=False)
     np.save(home / "digits.npy", np.zeros((1, 8, 8, 1), np.uint8))
     sizes = (17, 1, 0, 8, 8, 1, 1, 4, 8, 0, 0)
     header = Header(*sizes, captions=(), environment=("", "", "", ""), fingerprint=bytes(8), probe=bytes(4), pixels=0)
@@ -174,7 +178,23 @@ def pieces(value: str) -> list[str]:
 
 
 def contents(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {os.path.join(place, name) for place, *names in os.walk(folder) for name in chain(*names)}
+
+
+@pytest.fixture(scope="module")
+def arrays_are_read_once():
+    """Most commands open a run before they refuse an option, and no bad value changes the files of a run."""
+    read, kept = manager.read_arrays, {}
+
+    def once(folder, name, like, digests):
+        key = (Path(folder).absolute(), name, str(like))
+        if key not in kept:
+            kept[key] = read(folder, name, like, digests)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manager, "read_arrays", once)
+        yield
 
 
 class TooLong(Exception):
@@ -184,7 +204,7 @@ class TooLong(Exception):
 @pytest.mark.parametrize(
     ("command", "option", "values"), [pytest.param(*case, id=" ".join(case[:2])) for case in CASES]
 )
-def test_bad_values_are_refused(command, option, values, home, monkeypatch, capfd):
+def test_bad_values_are_refused(command, option, values, home, arrays_are_read_once, monkeypatch, capfd):
     monkeypatch.chdir(home)
     monkeypatch.setattr(dispatch, "build_parser", lambda: (PARSER, PARSERS))  # building it takes most of the time
 
@@ -192,7 +212,7 @@ def test_bad_values_are_refused(command, option, values, home, monkeypatch, capf
         raise TooLong
 
     signal.signal(signal.SIGALRM, too_long)
-    before, wrong = contents(home), []
+    before, everything, wrong = set(os.listdir(home)), contents(home), []
     for value in values:
         signal.alarm(SECONDS)
         try:
@@ -209,9 +229,10 @@ def test_bad_values_are_refused(command, option, values, home, monkeypatch, capf
             wrong.append(f"{value[:40]!r}: prints {message[:300]!r}")
         elif not any(part in message for part in (option, *pieces(value))):
             wrong.append(f"{value[:40]!r}: names neither the option nor the value: {message[:300]!r}")
-        if new := contents(home) - before:
+        if new := set(os.listdir(home)) - before:
             wrong.append(f"{value[:40]!r}: leaves {sorted(new)[:5]}")
-            for path in sorted(new, reverse=True):
-                target = home / path
-                target.rmdir() if target.is_dir() else target.unlink()
+            for name in new:
+                shutil.rmtree(home / name) if (home / name).is_dir() else (home / name).unlink()
+    if new := contents(home) - everything:  # at any depth; seconds for every value, hence once for all
+        wrong.append(f"a value leaves {sorted(new)[:5]}")
     assert not wrong, "\n".join(wrong)
