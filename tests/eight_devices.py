@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config import (
@@ -70,10 +69,17 @@ def placed(config, layout, tree):
 def disturbed(state):
     """Away from the identity map that a new flow is, so that every parameter has a gradient."""
     rng = np.random.default_rng(3)
+    # On the host: on the devices every shape and sharding would be another program.
     moved = jax.tree.map(
-        lambda a: jax.device_put(a + 0.05 * rng.normal(size=a.shape).astype(a.dtype), a.sharding), state.params
+        lambda a: jax.device_put(np.asarray(a) + 0.05 * rng.normal(size=a.shape).astype(a.dtype), a.sharding),
+        state.params,
     )
-    return state.replace(params=moved, ema=jax.tree.map(jnp.copy, moved))
+    return state.replace(params=moved, ema=copied(moved))
+
+
+def copied(tree):
+    """The same values in other buffers, which a program may overwrite."""
+    return jax.tree.map(lambda a: jax.device_put(np.array(a), a.sharding), tree)
 
 
 def run(config, layout):
@@ -82,7 +88,7 @@ def run(config, layout):
     # The number of updates is an argument of the program: one compilation serves both calls and the text.
     compiled = train_steps.lower(config, LEVELS, state, data, STEPS, layout).compile()
     # Adam's first mean after one update is the gradient, but for a factor.
-    once, _ = compiled(jax.tree.map(jnp.copy, state), data, 1)
+    once, _ = compiled(copied(state), data, 1)
     grads = jax.device_get({name: group[0].mu for name, group in once.opt_state.items()})
     places = (
         {
