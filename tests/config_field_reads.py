@@ -21,6 +21,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 
+_BINDING = (ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.For, ast.comprehension)
+
+
 @dataclasses.dataclass
 class ConfigClass:
     """A dataclass of `core/config`: its bases, the types of its fields, and its other members."""
@@ -75,6 +78,9 @@ class Reads:
         self.declared = {name for kind in (dict, list, str, Path) for name in dir(kind)}
         self._attributes: dict[str, set[str]] = defaultdict(set)  # types of annotated attributes of all classes
         self._returns: dict[str, set[str]] = defaultdict(set)
+        # What is looked up many times: the classes in an annotation, and the nodes directly below a node.
+        self._found: dict[ast.expr, set[str]] = {}
+        self._below: dict[ast.AST, list[ast.AST]] = {}
         trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
         self._configured = self._parts(
             (
@@ -135,8 +141,10 @@ class Reads:
         """The configuration classes in an annotation, whether alone, optional or inside a tuple."""
         if annotation is None:
             return set()
-        names = set(re.findall(r"\w+", ast.unparse(annotation)))
-        return names & set(self.classes)
+        if annotation not in self._found:
+            names = set(re.findall(r"\w+", ast.unparse(annotation)))
+            self._found[annotation] = names & set(self.classes)
+        return self._found[annotation]
 
     def _declarations(self, tree: ast.AST) -> None:
         for node in ast.walk(tree):
@@ -205,21 +213,35 @@ class Reads:
             for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
                 local[one.arg] = self._mentioned(one.annotation)
         if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef):
+            binding = [inner for inner in self._walk(node) if isinstance(inner, _BINDING)]
             for _ in range(2):  # an assignment may read what a later line of a loop binds
-                for inner in ast.walk(node):
+                for inner in binding:
                     if isinstance(inner, ast.Assign):
                         for target in inner.targets:
                             if isinstance(target, ast.Name | ast.Tuple):
                                 self._pair(target, inner.value, local)
-                    elif isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
-                        local[inner.target.id] = self._mentioned(inner.annotation)
+                    elif isinstance(inner, ast.AnnAssign):
+                        if isinstance(inner.target, ast.Name):
+                            local[inner.target.id] = self._mentioned(inner.annotation)
                     elif isinstance(inner, ast.NamedExpr):
                         self._bind(inner.target, self._type(inner.value, local), local)
-                    elif isinstance(inner, ast.For | ast.comprehension):
+                    else:
                         self._bind(inner.target, self._type(inner.iter, local), local)
         self._read(node, local)
-        for child in ast.iter_child_nodes(node):
+        for child in self._below_of(node):
             self._scope(child, local)
+
+    def _walk(self, node: ast.AST) -> list[ast.AST]:
+        """A node and all below it, as `ast.walk`."""
+        nodes = [node]
+        for one in nodes:  # which grows
+            nodes += self._below_of(one)
+        return nodes
+
+    def _below_of(self, node: ast.AST) -> list[ast.AST]:
+        if node not in self._below:
+            self._below[node] = list(ast.iter_child_nodes(node))
+        return self._below[node]
 
     def _pair(self, target: ast.expr, value: ast.expr, env: dict[str, set[str]]) -> None:
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
@@ -234,7 +256,8 @@ class Reads:
         elif isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id == "getattr" and isinstance(node.args[1], ast.Constant):
                 self._count(self._type(node.args[0], env), {str(node.args[1].value)})
-            if ast.unparse(node.func).endswith("asdict") and node.args and isinstance(node.args[0], ast.Attribute):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called.endswith("asdict") and node.args and isinstance(node.args[0], ast.Attribute):
                 for name in self._type(node.args[0], env):  # a part of a configuration, passed on as a mapping
                     self._count({name}, set(self.classes[name].fields))
             if isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:

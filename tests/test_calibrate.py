@@ -44,13 +44,23 @@ def learned():
     return LearnedParams(split(LearnedInverse(IMAGE, network, jax.random.key(0)))[1], network)
 
 
+def calibrated(learned, batch, **options):
+    """A random flow of 16 tokens and its calibration on so many samples."""
+    flow = random_flow(IMAGE)
+    x = 0.5 * normal((batch, 4, 4, 2))
+    options = {"target_error": TARGET, "rounds": 1, "learned": learned, "inverse_step": 7, **options}
+    return flow, calibrate(IMAGE, split(flow)[1], x, TEXT[:batch], **options)
+
+
 @pytest.fixture(scope="module")
 def still(learned):
-    """A random flow of 16 tokens and its calibration."""
-    flow = random_flow(IMAGE)
-    x = 0.5 * normal((2, 4, 4, 2))
-    options = {"target_error": TARGET, "rounds": 1, "learned": learned, "inverse_step": 7}
-    return flow, calibrate(IMAGE, split(flow)[1], x, TEXT, **options)
+    """On one sample, and with windows of the whole sequence alone: every window and batch is a program."""
+    return calibrated(learned, 1, shares=())
+
+
+@pytest.fixture(scope="module")
+def thorough(learned):
+    return calibrated(learned, 2)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +75,8 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_trials_are_of_every_kind_and_keep_their_target(still):
-    _, found = still
+def test_trials_are_of_every_kind_and_keep_their_target(thorough):
+    _, found = thorough
     assert [block.block for block in found.blocks] == [0, 1] and found.blocks[0].amplification == 1.0
     for block in found.blocks:
         assert block.tokens == 16 and block.sequential.depth == 16 and block.sequential.error < 1e-5
@@ -83,13 +93,20 @@ def test_trials_are_of_every_kind_and_keep_their_target(still):
         assert all(cost.seconds > 0 for cost in block.costs) and {cost.batch for cost in block.costs} == {1, 2}
 
 
-@pytest.mark.parametrize("objective", ["time", pytest.param("depth", marks=pytest.mark.slow)])
-def test_auto_gives_the_sequential_answer_to_the_target(still, learned, objective):
-    flow, found = still
-    z = normal((2, 4, 4, 2), seed=5)
-    exact = inverse(flow, z, TEXT).x
-    solver, network = auto(found, batch=2, objective=objective), learned.module(IMAGE)
-    solved = jax.jit(lambda z: inverse(flow, z, TEXT, solver=solver, learned=network))(z)
+@pytest.mark.parametrize(
+    ("calibration", "objective"),
+    [
+        ("still", "time"),
+        *(pytest.param("thorough", objective, marks=pytest.mark.slow) for objective in ("time", "depth")),
+    ],
+)
+def test_auto_gives_the_sequential_answer_to_the_target(calibration, learned, objective, request):
+    flow, found = request.getfixturevalue(calibration)
+    batch = found.samples
+    z, text = normal((batch, 4, 4, 2), seed=5), TEXT[:batch]
+    exact = jax.jit(lambda z: inverse(flow, z, text).x)(z)
+    solver, network = auto(found, batch=batch, objective=objective), learned.module(IMAGE)
+    solved = jax.jit(lambda z: inverse(flow, z, text, solver=solver, learned=network))(z)
     apart = jnp.sqrt(jnp.sum((solved.x - exact) ** 2, axis=(1, 2, 3)) / jnp.sum(exact**2, axis=(1, 2, 3)))
     assert float(apart.max()) <= 2 * TARGET  # other samples than those it was calibrated on
     assert int(solved.evaluations) <= 32

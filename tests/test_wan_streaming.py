@@ -9,7 +9,8 @@ from starflow_jax.models.autoencoders import TiledWan, WanAutoencoder, WanConfig
 from starflow_jax.models.autoencoders.wan.streaming import decode_first, decode_next, encode_first, encode_next
 
 KINDS = {
-    # As Wan2.1, and as Wan2.2.
+    # As Wan2.1 with a stage less, as Wan2.1, and as Wan2.2.
+    "short": WanConfig(2, 4, 4, (1, 2), 1, (True,), latents_mean=(0.1, 0.2), latents_std=(2.0, 0.5)),
     "plain": WanConfig(2, 4, 4, (1, 2, 2), 1, (True, True), latents_mean=(0.1, 0.2), latents_std=(2.0, 0.5)),
     "residual": WanConfig(
         2, 4, 8, (1, 1), 1, (True,), residual=True, patch=2, latents_mean=(0.1, 0.2), latents_std=(2.0, 0.5)
@@ -27,8 +28,8 @@ def frames(array):
 
 @pytest.fixture(
     scope="module",
-    params=[("plain", 1), pytest.param(("residual", 4), marks=pytest.mark.slow)],
-    ids=["plain-1", "residual-4"],
+    params=[("short", 1), *(pytest.param(one, marks=pytest.mark.slow) for one in (("plain", 1), ("residual", 4)))],
+    ids=["short-1", "plain-1", "residual-4"],
 )
 def kind_and_chunk(request):
     return request.param
