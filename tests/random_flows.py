@@ -40,13 +40,18 @@ def random_flow(config: FlowConfig, seed: int = 0) -> Flow:
         # Layer norms start at gain 1; RMS norms have gain 1 + weight.
         is_gain = name.endswith((".attention.norm.weight", ".mlp.norm.weight")) and config.norm == "layer"
         is_gain = is_gain or (name.endswith(("query_norm.weight", "key_norm.weight")) and config.qk_norm == "layer")
-        return jnp.asarray(value + is_gain, jnp.float32)
+        return on_device(value + is_gain)
 
     params = fill(expected)
     if "prior_variance" in params:
-        params["prior_variance"] = jnp.ones_like(params["prior_variance"])
+        params["prior_variance"] = on_device(np.ones(params["prior_variance"].shape))
     return merge(definition, params)
 
 
 def normal(shape: tuple[int, ...], seed: int = 7) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return on_device(np.random.default_rng(seed).normal(size=shape))
+
+
+def on_device(values: np.ndarray) -> jax.Array:
+    """In float32, to which the host rounds: JAX would compile a conversion for every shape."""
+    return jnp.asarray(values.astype(np.float32))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from random_parameters import random_params
 from safetensors.numpy import load_file, save_file
 
 from starflow_jax.models.autoencoders import (
@@ -38,7 +39,7 @@ leaves = jax.tree_util.tree_leaves_with_path
 def small():
     """An autoencoder with every part, and its parameters: a new one, whose latents are moved away from zero."""
     autoencoder = AutoencoderKL((4, 8), 1, 2, 3, 4, scaling_factor=0.5)
-    params = dict(autoencoder.init(jax.random.key(0)))
+    params = dict(random_params(autoencoder.abstract()[1]))
     params["quant_conv"] = params["quant_conv"] | {"bias": jnp.arange(4.0)}
     return autoencoder, params
 

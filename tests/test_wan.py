@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_parameters import random_params
 
 from starflow_jax.models.autoencoders import (
     TiledWan,
@@ -44,7 +45,7 @@ SMALL = WanConfig(
 @pytest.fixture(scope="module")
 def small():
     autoencoder = WanAutoencoder(SMALL, temporal_scale=0.6)
-    return autoencoder, autoencoder.init(jax.random.key(0))
+    return autoencoder, random_params(autoencoder.abstract()[1])
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_parameters import random_params
 
 from starflow_jax.models.autoencoders import TiledWan, WanAutoencoder, WanConfig, decode_stream, encode_stream
 from starflow_jax.models.autoencoders.wan.streaming import decode_first, decode_next, encode_first, encode_next
@@ -43,7 +44,7 @@ def coded(kind_and_chunk):
 
 def code(kind):
     autoencoder = WanAutoencoder(KINDS[kind], temporal_scale=0.6)
-    params = autoencoder.init(jax.random.key(0))
+    params = random_params(autoencoder.abstract()[1])
     side, count = autoencoder.stride, 1 + 5 * autoencoder.frame_stride
     video = np.asarray(jax.random.uniform(jax.random.key(1), (2, count, side, 2 * side, 3), minval=-1))
     latents = autoencoder.encode(params, video)
