@@ -1,11 +1,10 @@
 """Flows with random weights that are far from the identity, and the configurations that tests share."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config import DenoiserConfig, FlowConfig
-from starflow_jax.flows import Flow
+from starflow_jax.flows import Flow, FlowOutput
 from starflow_jax.flows.parameters import abstract, merge
 
 IMAGE = FlowConfig(
@@ -48,10 +47,21 @@ def random_flow(config: FlowConfig, seed: int = 0) -> Flow:
     return merge(definition, params)
 
 
+# Compiled once for each configuration and shape: operation by operation, every primitive would be a program of its own.
+@jax.jit
+def forward(flow: Flow, x, cond=None, guidance=None) -> FlowOutput:
+    return flow.forward(x, cond, guidance=guidance)
+
+
+@jax.jit
+def log_prob(flow: Flow, x, cond=None) -> jax.Array:
+    return flow.log_prob(x, cond)
+
+
 def normal(shape: tuple[int, ...], seed: int = 7) -> jax.Array:
     return on_device(np.random.default_rng(seed).normal(size=shape))
 
 
 def on_device(values: np.ndarray) -> jax.Array:
-    """In float32, to which the host rounds: JAX would compile a conversion for every shape."""
-    return jnp.asarray(values.astype(np.float32))
+    """In float32, to which the host rounds: `jnp.asarray` would compile a program for every shape."""
+    return jax.device_put(values.astype(np.float32))

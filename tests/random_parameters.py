@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -20,6 +19,6 @@ def random_params(abstract: Any, seed: int = 0) -> Any:
             value *= np.prod(leaf.shape[:-1]) ** -0.5
         else:
             value = 0.1 * value + ("bias" not in jax.tree_util.keystr(path[-1:]))
-        return jnp.asarray(np.asarray(value, leaf.dtype))  # converted on the host
+        return jax.device_put(np.asarray(value, leaf.dtype))  # jnp.asarray would compile a program for every shape
 
     return jax.tree_util.tree_map_with_path(fill, abstract)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from starflow_jax.cli.dispatch import main
 
-if __name__ == "__main__":
-    folder, coordinator, processes, process, *overrides = sys.argv[1:]
-    measure_quality = "--quality" in overrides
-    write_samples = "--samples" in overrides
-    overrides = [text for text in overrides if text not in ("--quality", "--samples")]
-    place = [] if processes == "1" else ["--coordinator", coordinator, "--processes", processes, "--process", process]
+
+def train_and_score(folder, options, place=()):
+    """Runs the commands in this process; returns the exit code of the first that fails, or 0."""
+    measure_quality = "--quality" in options
+    write_samples = "--samples" in options
+    overrides = [text for text in options if text not in ("--quality", "--samples")]
     run, config = str(Path(folder) / "run"), str(Path(__file__).parents[1] / "experiments" / "digits.py") + ":tiny"
     sizes = ["--config.train.steps=6", "--config.train.batch_size=8", "--config.train.steps_per_call=2"]
     every = [f"--config.train.{name}_every=3" for name in ("log", "checkpoint")]
@@ -34,4 +34,11 @@ if __name__ == "__main__":
     for argv in commands:
         code = main([argv[0], "--workdir", run, *argv[1:]])
         if code:
-            sys.exit(code)
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    folder, coordinator, processes, process, *options = sys.argv[1:]
+    place = [] if processes == "1" else ["--coordinator", coordinator, "--processes", processes, "--process", process]
+    sys.exit(train_and_score(folder, options, place))

@@ -25,7 +25,13 @@ WORDS = ("(v2v)", "(extend)", "a", "one", "two", "left")
 
 
 def video_config(words=WORDS):
-    flow = dataclasses.asdict(VIDEO) | {"channels": 1, "text_length": 4, "text_dim": len(words), "patch_size": 2}
+    flow = dataclasses.asdict(VIDEO) | {
+        "num_blocks": 2,
+        "channels": 1,
+        "text_length": 4,
+        "text_dim": len(words),
+        "patch_size": 2,
+    }
     return build(
         ExperimentConfig,
         {

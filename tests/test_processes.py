@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from joined_processes import run_joined
+from several_processes import train_and_score
 
 from starflow_jax.training.checkpoints.run_loading import load_run
 
@@ -69,6 +70,20 @@ def assert_same(found, expected):
         assert quality["samples"] == 24 and quality["fid"] == pytest.approx(expected[4]["fid"], rel=1e-2)
 
 
+# One block, trained for three updates: programs of several devices in several processes take long to compile.
+SMALL = ("--config.flow.num_blocks=1", "--config.train.steps=3", "--config.train.warmup=1", "--config.sample.num=2")
+
+
+def test_two_processes_of_one_device(tmp_path):
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    together.mkdir()
+    printed = run_together(together, 2, 1, *SMALL, "--config.mesh.data=1", "--config.mesh.fsdp=2")
+    train_and_score(alone, SMALL)
+    assert_same(figures(together), figures(alone))
+    assert "bits/dim" in printed[0] and "bits/dim" not in printed[1]  # only the first process prints
+
+
+@pytest.mark.slow
 def test_two_processes(alone, tmp_path):
     printed = run_together(tmp_path, 2, 2, "--config.mesh.fsdp=2")
     assert_same(figures(tmp_path), alone)

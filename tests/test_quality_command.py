@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
+from random_flows import random_flow
+from sweep_runs import params_of
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
 from starflow_jax.core.registries import METRICS
 from starflow_jax.evaluation.samples import guidance_sweep
 from starflow_jax.evaluation.samples.metrics.metric import Column
-from starflow_jax.training import Checkpoints, init_state
+from starflow_jax.training import Checkpoints, abstract_state
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 
 EXPERIMENT = """
@@ -50,17 +52,10 @@ WEIGHTS = ["--guidance", "0,1.5"]
 def saved_run(folder, config):
     """A run with random parameters, as if it had been trained."""
     claim_workdir(folder, config)
-
-    def state():
-        made = init_state(config)
-        leaves, tree = jax.tree.flatten(made.params)
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-        params = jax.tree.unflatten(tree, moved)
-        return made.replace(params=params, ema=params)
-
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state(config))
+    params = params_of(random_flow(config.flow))
     with Checkpoints(folder, config, write=True) as checkpoints:
-        checkpoints.save(jax.jit(state)(), {})
+        checkpoints.save(state.replace(params=params, ema=params), {})
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +65,14 @@ def home(tmp_path_factory):
     (home / "own_features.py").write_text(FEATURES)
     saved_run(home / "run", load_config(str(home / "tiny.py")))
     saved_run(home / "plain", load_config(f"{home / 'tiny.py'}:unconditional"))
+    small = ["--metrics", "fid", "--num-samples", "16", *SWEEP[4:], "--guidance", "0"]
+    assert main(["evaluate", "--workdir", str(home / "run"), *small]) == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def swept(home):
+    """The folder after a sweep of two weights with every metric, which continues the one that is there."""
     assert main(["evaluate", "--workdir", str(home / "run"), *SWEEP, *WEIGHTS, "--json", str(home / "q.json")]) == 0
     return home
 
@@ -113,7 +116,8 @@ def same(figures, home):
 
 
 @pytest.mark.slow
-def test_figures_plot_and_pictures(home, capsys):
+def test_figures_plot_and_pictures(swept, capsys):
+    home = swept
     figures = json.loads((home / "q.json").read_text())
     assert [(row["guidance"], row["samples"]) for row in figures["rows"]] == [(0.0, 40), (1.5, 40)]
     for row in figures["rows"]:
@@ -132,7 +136,7 @@ def test_figures_plot_and_pictures(home, capsys):
 
 
 @pytest.mark.slow  # test_a_sweep_that_is_stopped_goes_on_to_the_same_figures draws no chunk twice either
-def test_a_finished_sweep_draws_nothing_and_says_the_same(here, again, drawn):
+def test_a_finished_sweep_draws_nothing_and_says_the_same(swept, here, again, drawn):
     assert same(sweep(again, *WEIGHTS), here)
     assert drawn == []
     more = sweep(again, "--guidance", "0", "--num-samples", "64")  # its short last chunk is drawn whole
@@ -141,7 +145,7 @@ def test_a_finished_sweep_draws_nothing_and_says_the_same(here, again, drawn):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(here, tmp_path, monkeypatch, drawn, capsys):
+def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(swept, here, tmp_path, monkeypatch, drawn, capsys):
     out, write = tmp_path / "out", guidance_sweep.ChunkFolder.write
 
     def stopped(folder, guidance, number, chunk):
@@ -161,7 +165,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(here, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_what_is_torn_or_not_its_own_is_drawn_anew(here, again, drawn):
+def test_what_is_torn_or_not_its_own_is_drawn_anew(swept, here, again, drawn):
     files = {(g, k): again / f"guidance-{g!r}" / f"chunk-{k:06d}.npz" for g in (0.0, 1.5) for k in range(3)}
     content = {place: path.read_bytes() for place, path in files.items()}
     files[0.0, 0].write_bytes(content[0.0, 0][:-100])

@@ -36,7 +36,7 @@ def clip():
     return random_flow(VIDEO)
 
 
-@pytest.mark.parametrize("given", [0, 1])
+@pytest.mark.parametrize("given", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize(
     "solver",
     [
@@ -123,7 +123,10 @@ def test_what_is_counted(clip):
         assert report.iterations.shape == report.residual.shape == report.converged.shape == (len(report.starts), 2)
 
 
-@pytest.mark.parametrize("solver", [*SAMPLEWISE, SlidingJacobi(window=5, tolerance=1e-4)])
+@pytest.mark.parametrize(
+    "solver",
+    [*SAMPLEWISE[:2], pytest.param(SAMPLEWISE[2], marks=pytest.mark.slow), SlidingJacobi(window=5, tolerance=1e-4)],
+)
 def test_a_lost_sample_is_never_converged_and_takes_nobody_along(clip, solver):
     z = normal(CLIP)
     lost = solve(clip, z.at[0, 1].set(jnp.nan), TEXT, solver)
@@ -232,6 +235,7 @@ def test_the_compiled_loop_updates_the_cache_in_place(solver):
     assert not [shape for shape in shapes if sum(n >= tokens for n in shape) > 1]
 
 
+@pytest.mark.slow  # test_sampling_video.py draws a second video by the command's own programs
 def test_a_second_video_of_the_same_shape_compiles_nothing(clip):
     run = jax.jit(lambda flow, z, text: inverse(flow, z, text, solver=SlidingJacobi(6), window=SlidingWindow(3, 1)).x)
     for seed in range(2):

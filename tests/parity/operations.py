@@ -64,7 +64,7 @@ def check_forward(folder: Folder, name: str, experiment: dict[str, Any]) -> list
         ours |= {f"outputs_{i}": batch(t) for i, t in enumerate(out.tokens)}
         ours |= {f"logdet_{i}": batch(d) for i, d in enumerate(out.logdets)}
     if not weight:
-        terms = objective(out)
+        terms = jax.jit(objective)(out)
         ours |= {"loss": terms.loss, "loss_z": terms.loss_z, "loss_logdet": terms.loss_logdet}
         weights = folder.meta["scalars"].get(f"{name}/weights")
         if weights is not None:
@@ -107,9 +107,10 @@ def check_apply_denoising(folder: Folder, name: str, experiment: dict[str, Any])
     y = folder.input(experiment, "y")
     sigma = arguments["sigma_curr"]
     full, partial = arguments["sigma_next"]
+    denoise = jax.jit(learned_denoise)
     ours = {
-        "x": channels_first(learned_denoise(folder.flow, x, y, sigma, full)),
-        "x_sigma_next": channels_first(learned_denoise(folder.flow, x, y, sigma, partial)),
+        "x": channels_first(denoise(folder.flow, x, y, sigma, full)),
+        "x_sigma_next": channels_first(denoise(folder.flow, x, y, sigma, partial)),
     }
     return compare(folder, name, ours, FORWARD_BAR)
 
@@ -251,7 +252,7 @@ def check_score(folder: Folder, params, x, y, x_grad, arguments) -> list[Check]:
     if "step1/score" not in arrays:
         return []
     score = x_grad * x.size * arguments["noise_std"]
-    pred = channels_first(folder.flow.denoiser(x, y))
+    pred = channels_first(jax.jit(lambda flow, x, y: flow.denoiser(x, y))(folder.flow, x, y))
     return [
         Check("step1/score", relative_error(score, arrays["step1/score"]), GRADIENT_BAR),
         Check("step1/pred", relative_error(pred, arrays["step1/pred"]), FORWARD_BAR),

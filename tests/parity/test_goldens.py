@@ -20,18 +20,27 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("folder", found, ids=[f.name for f in found])
 
 
-# All recordings of one flow of each family are compared by the quick tests; of the others, what is computed forward and
-# what a plain inverse is recorded of.
+# The quick tests compare the recordings of one flow of each family, but for those that combine two things of which each
+# is compared alone; of the others, what is computed forward, and a plain inverse of those in REVERSED.
 WHOLE = ("rope_positions", "starflow_image", "starflow_video", "tarflow_cond")
+REVERSED = ("starflow_condall", "tarflow_uncond", "tarflow_vp")
+COMBINED = (
+    "long_i2v",
+    "long_w4c1",
+    "i2v_reverse_nocfg",
+    "i2v_jacobi",
+    "image_jacobi",
+    "jacobi_nocfg",
+    "nonsquare_jacobi",
+    "process_denoising_score",
+)
 
 
 def is_quick(folder: str, experiment: str) -> bool:
     """Whether the quick tests compare this recording."""
     if folder in WHOLE:
-        return not experiment.startswith(
-            ("long_i2v", "long_w4c1", "i2v_reverse_nocfg", "jacobi_nocfg", "nonsquare_jacobi")
-        )
-    return experiment in ("forward", "reverse", "bpd", "train")
+        return not experiment.startswith(COMBINED)
+    return experiment in ("forward", "bpd", "train") or (experiment == "reverse" and folder in REVERSED)
 
 
 def _folder(option):
