@@ -143,7 +143,7 @@ def test_the_same_videos_in_every_format(here, tmp_path):
     ("argv", "given", "frames", "caption"),
     [
         (["--image", "first.png"], slice(0, 1), 4, "two left"),
-        (["--continue", "clip"], slice(0, 3), 4, "(extend) two left"),
+        pytest.param(["--continue", "clip"], slice(0, 3), 4, "(extend) two left", marks=pytest.mark.slow),
         (["--continue", "clip.gif", "--context", "2", "--frames", "6"], slice(1, 3), 6, "(extend) two left"),
         (["--video", "clip.gif"], slice(0, 2), 4, "(v2v) two left"),
     ],

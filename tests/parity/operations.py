@@ -106,7 +106,7 @@ def check_apply_denoising(folder: Folder, name: str, experiment: dict[str, Any])
     x = jnp.asarray(channels_last(folder.input(experiment, "x")))
     y = folder.input(experiment, "y")
     sigma = arguments["sigma_curr"]
-    full, partial = arguments["sigma_next"]
+    full, partial = map(float, arguments["sigma_next"])
     denoise = jax.jit(learned_denoise)
     ours = {
         "x": channels_first(denoise(folder.flow, x, y, sigma, full)),
