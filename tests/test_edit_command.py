@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from editing_on_eight_devices import EIGHT
 from fake_devices import run_on_eight_devices
+from joined_processes import run_joined
 from PIL import Image
 from random_flows import CLASSES, VIDEO, normal, random_flow
 from sweep_runs import params_of, write_run
@@ -162,6 +163,26 @@ def test_eight_devices_restore_what_one_does_and_continue_exactly(home, monkeypa
         np.testing.assert_array_equal(continued[name], mesh[name])
         errors[name] = np.abs(mesh[name].astype(float) - one[name]).max() / np.abs(one[name]).max()
     assert max(errors.values()) < 1e-5 and errors["image"] == 0.0, errors
+
+
+@pytest.mark.slow
+def test_two_processes_restore_what_one_does_and_one_reads_their_chains(home, monkeypatch):
+    monkeypatch.chdir(home)
+    begin = ["edit", "inpaint", "digits.npz", "--workdir", "run", "--mask", "half:right", *FEW, "--chains", "4"]
+    kept = ["--checkpoint", "chains-of-two", "--json", "two.json"]
+    script = Path(__file__).parent / "command_of_a_process.py"
+    together = [*begin, "--mesh", "data=2", *kept, "--out", "two.npz"]
+    for arguments in (together, ["edit", "interpolate", "digits.npz", "--workdir", "run", "--out", "path.npz"]):
+        found = run_joined(script, home, 2, *arguments)
+        assert [code for code, *_ in found] == [0, 0], found
+        assert "written" in found[0][1] and "written" not in found[1][1]
+    assert json.loads((home / "two.json").read_text())["chains"] == 4
+    assert main([*begin, "--out", "alone.npz"]) == 0
+    assert main([*begin, *kept[:2], "--out", "read.npz"]) == 0  # all of their moves are made
+    two, alone, read = (np.load(f"{name}.npz") for name in ("two", "alone", "read"))
+    for name in two.files:
+        np.testing.assert_allclose(two[name], alone[name], atol=1e-4)
+    np.testing.assert_array_equal(two["log_posterior"], read["log_posterior"])
 
 
 def test_chains_continue_the_frames_before_the_first_hidden_one(home):

@@ -11,10 +11,11 @@ from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, class_choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
-from starflow_jax.cli.options.devices import add_mesh, layout_of_command
+from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.paths import operator_name
 from starflow_jax.cli.options.stored import output_file, output_path, read_path, work_path
 from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.stopped_training import report_stop
 from starflow_jax.core.choices import ChainMoves, EditOperation, choices
 from starflow_jax.core.storage.addresses import is_address
@@ -95,6 +96,7 @@ def add_to(subparsers: Any) -> None:
         help="caption of the inputs: one for all or one for each",
     )
     add_mesh(parser)
+    add_processes(parser)
     group = parser.add_argument_group("posteriors")
     option = group.add_argument
     option(
@@ -196,6 +198,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = build_request(RunRequest, arguments, ema=not arguments.no_ema)
     check_options(arguments)
     captions = None if arguments.captions is None else read_captions(arguments.captions)
+    join(arguments)
 
     from starflow_jax.cli.edit_results import write_between, write_restored
     from starflow_jax.sampling.loaded_run import open_run
@@ -310,7 +313,7 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
     label = "any" if arguments.label is None and classes else arguments.label
     cond = "any" if label == "any" and classes and not captions else _condition(model, label, captions, len(y))
     try:
-        with tqdm(unit="move", disable=None, dynamic_ncols=True) as bar:
+        with tqdm(unit="move", disable=None if is_first() else True, dynamic_ncols=True) as bar:
             restored = restore(
                 model,
                 y,
@@ -328,7 +331,8 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
         if arguments.checkpoint is None:
             raise
         raise KeyboardInterrupt(CONTINUES) from None
-    write(arguments, model, restored, y, operator, truth, time.perf_counter() - begin)
+    if is_first():
+        write(arguments, model, restored, y, operator, truth, time.perf_counter() - begin)
     return 0
 
 
@@ -350,7 +354,8 @@ def _between(arguments: argparse.Namespace, model: Run, captions: list[str] | No
         conds = (None, None) if cond is None else (cond[:half], cond[half:])
         num = 8 if arguments.num is None else arguments.num
         found = interpolate(model, x[:half], x[half:], num=num, cond=conds[0], second_cond=conds[1])
-        write(arguments, model, found, time.perf_counter() - begin)
+        if is_first():
+            write(arguments, model, found, time.perf_counter() - begin)
         return 0
     cond = _condition(model, arguments.label, captions, len(x))
     to_captions = None if arguments.to_caption is None else [arguments.to_caption]
@@ -367,5 +372,6 @@ def _between(arguments: argparse.Namespace, model: Run, captions: list[str] | No
     changed = change_condition(model, x, cond, to, shift=shift)
     import numpy as np
 
-    write(arguments, model, np.stack([x, changed], axis=1), time.perf_counter() - begin)
+    if is_first():
+        write(arguments, model, np.stack([x, changed], axis=1), time.perf_counter() - begin)
     return 0
