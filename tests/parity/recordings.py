@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -57,7 +56,7 @@ class Folder:
         """The recorded weights as a flow."""
         definition, expected = abstract(flow_config(self.arguments))
         params = from_torch(load_file(self.path / "weights.safetensors"), expected)
-        return merge(definition, jax.tree.map(jnp.asarray, params))
+        return merge(definition, jax.device_put(params))
 
     @property
     def is_tarflow(self) -> bool:

@@ -80,7 +80,8 @@ def json_digest(value: Any) -> str:
 
 def _pieces(array: Any) -> list[jax.Array | int]:
     """The sums of the shards of an array on this process's devices, without replicas."""
-    array = array if isinstance(array, jax.Array) else jnp.asarray(array)
+    # Unlike jnp.asarray, this compiles no program for every shape.
+    array = array if isinstance(array, jax.Array) else jax.device_put(array)
     if array.size <= _ON_HOST and array.is_fully_addressable and len(array.sharding.device_set) == 1:
         return [partial_sum(np.asarray(array), 0)]
     strides = np.cumprod([1, *array.shape[:0:-1]], dtype=np.uint32)[::-1][: array.ndim]
