@@ -171,7 +171,7 @@ def test_two_processes_restore_what_one_does_and_one_reads_their_chains(home, mo
     begin = ["edit", "inpaint", "digits.npz", "--workdir", "run", "--mask", "half:right", *FEW, "--chains", "4"]
     kept = ["--checkpoint", "chains-of-two", "--json", "two.json"]
     script = Path(__file__).parent / "command_of_a_process.py"
-    together = [*begin, "--mesh", "data=2", *kept, "--out", "two.npz"]
+    together = [*begin, "--mesh", "data=1,fsdp=2", *kept, "--out", "two.npz"]
     for arguments in (together, ["edit", "interpolate", "digits.npz", "--workdir", "run", "--out", "path.npz"]):
         found = run_joined(script, home, 2, *arguments)
         assert [code for code, *_ in found] == [0, 0], found

@@ -21,9 +21,9 @@ Parts, separated by commas in --parts:
   flow continues the first two frames forward in time 4 times (its own conditional samples). Both are read as whole
   clips: the share of the frames 2 to 5 in which a classifier reads the digit that it reads in the real one; the root
   mean squared error of these frames, of pixels from -1 to 1; the difference of the displacements of the ink's centroid
-  from those of the real clip, in pixels per frame; and the motion metric of `starflow video-quality` (consistency and
-  evenness of displacements). "spliced" are the continuations with the two last frames of the real clip in place of
-  theirs. Standard errors are over clips.
+  from those of the real clip, in pixels per frame, from frame 1 to 6; and the motion metric of
+  `starflow video-quality` (consistency and evenness of displacements). "spliced" are the continuations with the two
+  last frames of the real clip in place of theirs. Standard errors are over clips.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def frames(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     forward = continued(run, pixels, captions, arguments.seed)
     spliced = np.concatenate([forward[:, :, :6], np.broadcast_to(pixels[:, None, 6:], forward[:, :, 6:].shape)], axis=2)
     np.savez(arguments.out / "frames.npz", video=restored.pixels, whole=pixels, forward=forward)
-    of_clips(arguments.out / "frames.png", pixels, restored.pixels, forward)
+    clip_picture(arguments.out / "frames.png", pixels, restored.pixels, forward)
     read = {"real": pixels[:, None], "filled": restored.pixels, "forward": forward, "spliced": spliced}
     for name, clips in read.items():
         for key, values in motions(clips, pixels).items():
@@ -197,7 +197,7 @@ def frames(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     return figures | mixing(restored.draws)
 
 
-def of_clips(path: Path, whole: np.ndarray, filled: np.ndarray, forward: np.ndarray) -> None:
+def clip_picture(path: Path, whole: np.ndarray, filled: np.ndarray, forward: np.ndarray) -> None:
     """Three rows of frames for each of the first clips, in two columns: whole, filled in by a chain, and continued."""
     rows = np.stack([whole, filled[:, 0], forward[:, 0]], axis=1)[:6]
     columns = 2 - len(rows) % 2
@@ -222,7 +222,7 @@ def motions(clips: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
     """Figures of every clip, [n C], of clips uint8 [n, C, 8, H, W, 1] beside real ones [n, 8, ...]; see the module."""
     real = np.repeat(real, clips.shape[1], axis=0)
     clips = clips.reshape(real.shape)
-    steps, wanted = (np.stack([centroid_displacements(luma(clip)) for clip in of]) for of in (clips, real))
+    steps, wanted = (np.stack([centroid_displacements(luma(clip)) for clip in group]) for group in (clips, real))
     away = np.linalg.norm(steps - wanted, axis=2)
     summaries = [motion(clip) for clip in clips]
     error = (clips[:, 2:6].astype(np.float64) - real[:, 2:6]) / 127.5
@@ -230,7 +230,7 @@ def motions(clips: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "digit": shown.mean(axis=1),
         "error of frames 2 to 5": np.sqrt(np.mean(error**2, axis=(1, 2, 3, 4))),
-        "difference of displacements": np.nanmean(away, axis=1),
+        "difference of displacements": np.nanmean(away[:, 1:6], axis=1),
         "difference from frame 5 to 6": away[:, 5],
         "consistency": np.array([one.consistency for one in summaries]),
         "evenness": np.array([one.evenness for one in summaries]),

@@ -224,7 +224,7 @@ def sample_posterior(
     # While the measurement is annealed, values that are known exactly move, too, but for those that were never unknown.
     free = None if posterior.free is None else jnp.ones_like(posterior.free)
     if free is not None and posterior.leading is not None:
-        free = jnp.broadcast_to(~posterior.leading, free.shape)
+        free = jnp.broadcast_to(~posterior.leading, size)
     moving = dataclasses.replace(posterior, free=free)
     waiting = options.anneal and not any(_is_actual(schedule) for schedule in schedules[:done])
     for index in range(done, len(schedules)):

@@ -147,22 +147,24 @@ def restore(
         folder = None
         if checkpoint is not None:
             others = {"sigma": sigma, "seed": seed, "noise_level": noise_level, "frames": frames, "rows": rows}
+            others["leading_frames"] = None if leading is None else int(leading.reshape(len(leading), -1)[:, 0].sum())
             request = chain_request(run, model, measured, on_pixels, cond, options, **others)
             folder = stack.enter_context(chain_folder(checkpoint, request, -(-len(measured) // together)))
         for number, first in enumerate(range(0, len(measured), together)):
             index = np.resize(np.arange(first, min(first + together, len(measured))), together)
             chosen = (options.chains * index[:, None] + np.arange(options.chains)).reshape(-1)
-            prior = FlowPrior(model, None if conditions is None else jnp.asarray(conditions[chosen]))
-            posterior = Posterior(
-                prior,
+            # The parameters stay where they are.
+            parts_of = (
+                None if conditions is None else jnp.asarray(conditions[chosen]),
                 operator,
                 jnp.asarray(measured[index] if values is None else values[index]),
                 jnp.full(together, noise, jnp.float32),
-                free=None if shown is None else jnp.asarray(~shown),
-                leading=None if leading is None else jnp.asarray(leading),
+                None if shown is None else jnp.asarray(~shown),
+                None if leading is None else jnp.asarray(leading),
             )
+            conditions_of_rows, *others = spread(model.layout, parts_of)
             part = sample_posterior(
-                spread(model.layout, posterior),
+                Posterior(FlowPrior(model, conditions_of_rows), *others),
                 jax.random.fold_in(key, first),
                 model.shape,
                 options,

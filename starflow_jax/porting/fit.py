@@ -117,7 +117,8 @@ def fit(
             misfits.append(Misfit("type", entry.name, entry.path, tensor.dtype.name, " or ".join(_EXACT)))
     names = {entry.name for entry in entries}
     extra = [name for name in tensors if name not in names]
-    ignored = tuple(sorted(name for name in extra if is_ignored(name)))
+    named = () if table is None else [name for name in extra if table.entry_of(name) is not None]
+    ignored = tuple(sorted(name for name in extra if is_ignored(name) and name not in named))
     unexpected = sorted(set(extra) - set(ignored))
     misfits += [Misfit("unexpected", name, None, str(tensors[name].shape), None) for name in unexpected]
     # The shapes of quantised weights are not those that fields are inferred from.

@@ -213,6 +213,8 @@ def _entry(name: str, value: Any) -> TableEntry:
 def _pattern(text: str) -> Pattern:
     if not text:
         raise ValueError("a name must not be empty")
+    if text == "__metadata__" or not _is_unicode(text):
+        raise ValueError(f"{text!r} must be a name that a file of tensors can hold")
     if set("{}") & set(_PLACEHOLDER.sub("", text)):
         raise ValueError(f"{text!r} must have braces around the names of placeholders alone, such as {{block}}")
     if re.search(r"\}[0-9]*\{", text):
@@ -223,6 +225,9 @@ def _pattern(text: str) -> Pattern:
 def _ignored(value: Any) -> tuple[re.Pattern[str], ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f"{IGNORE!r} must be a list of names, got {_short(value)}")
+    for text in value:
+        if re.search(r"\}[0-9]*\*|\*[0-9]*\{", text):
+            raise ValueError(f"{text!r} must have more than digits between a placeholder and *, which stands for both")
     return tuple(re.compile(_ignoring(_pattern(text).text), re.DOTALL) for text in value)
 
 
@@ -233,6 +238,15 @@ def _ignoring(text: str) -> str:
     )
     # Atomic groups: the text of a star that others follow is the shortest, and no longer one is tried.
     return "".join([first, *(f"(?>.*?{piece})" for piece in others[:-1]), *(f".*{piece}" for piece in others[-1:])])
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written, without halves of surrogate pairs, which JSON can escape."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _braced(pattern: Pattern) -> str:

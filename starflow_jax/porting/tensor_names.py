@@ -219,12 +219,8 @@ def entries(expected: Params, *, additions: bool = False) -> list[Entry]:
     """
     flat = flatten(expected)
     if any(path.startswith("shared.") for path in flat):
-        which = (
-            "a table of names, which has none of them"
-            if additions
-            else "files of the PyTorch originals, which share none"
-        )
-        raise ValueError(f"flow.shared_layers must be 0 for {which}")
+        which = "a file by a table of names" if additions else "files of the PyTorch originals"
+        raise ValueError(f"flow.shared_layers must be 0 for {which}, which cannot hold shared layers")
     if not additions:
         _check_original(flat)
     result = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,6 @@ _MISFITS = {
     "shape": "of another shape",
     "type": "of another type",
 }
-
-
-_BY_TABLE = "; files of other implementations need a table of names (starflow port --names)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +145,11 @@ def check_portable(flow: FlowConfig) -> None:
     """Raises ValueError for a flow with a map, orders, layers or positions that the originals do not have."""
     check(
         flow.pixel_map is None,
-        f"flow.pixel_map must be None for files of the PyTorch originals, which have no such maps{_BY_TABLE}",
+        "flow.pixel_map must be None for files of the PyTorch originals, which have no such maps",
     )
     check(
         not any(flow.orders or ()),
-        "flow.orders must be None for files of the PyTorch originals, whose blocks read forwards or backwards"
-        f"{_BY_TABLE}",
+        "flow.orders must be None for files of the PyTorch originals, whose blocks read forwards or backwards",
     )
     additions = {"norm": "adaptive", "mlp": "swiglu", "qk_norm": "layer", "positions": "sinusoidal"}
     parts: list[tuple[str, FlowConfig | TransformerConfig | None]] = [
@@ -163,9 +160,18 @@ def check_portable(flow: FlowConfig) -> None:
         for name, value in additions.items():
             check(
                 getattr(part, name, None) != value,
-                f"{prefix}.{name} must not be {value!r} for files of the PyTorch originals, which have no such flows"
-                f"{_BY_TABLE}",
+                f"{prefix}.{name} must not be {value!r} for files of the PyTorch originals, which have no such flows",
             )
+
+
+@contextlib.contextmanager
+def _suggesting_a_table() -> Iterator[None]:
+    """Adds to refusals of a flow that files of other implementations are read and written by a table of names."""
+    try:
+        yield
+    except ValueError as error:
+        hint = "files of other implementations need a table of names (starflow port --names)"
+        raise ValueError(f"{error}; {hint}") from error
 
 
 def open_porting(request: PortRequest) -> Porting:
@@ -179,7 +185,8 @@ def open_porting(request: PortRequest) -> Porting:
     config = request.config
     table = None if request.names is None else read_name_table(request.names)
     if table is None:
-        check_portable(config.flow)
+        with _suggesting_a_table():
+            check_portable(config.flow)
     tensors = open_tensors(request.source)
     if table is None:
         key, chosen = choose(states_of(tensors), request.weights, tensors.left_aside)
@@ -200,7 +207,8 @@ def open_porting(request: PortRequest) -> Porting:
         wanted or "none",
     )
     given = config.flow if holds_scales(state.tensors) else unquantised(config.flow)
-    expected = entries(abstract(given)[1], additions=table is not None)
+    with contextlib.nullcontext() if table is not None else _suggesting_a_table():
+        expected = entries(abstract(given)[1], additions=table is not None)
     if table is not None:
         check_rows(table, state.rows, expected)
     result = fit(state.tensors, expected, given, state.unread, table)
@@ -279,7 +287,9 @@ def export_run(request: ExportRequest) -> Exported:
     table = None if request.names is None else read_name_table(request.names)
     config = run_config(request.workdir)
     if table is None:
-        check_portable(config.flow)
+        with _suggesting_a_table():
+            check_portable(config.flow)
+            entries(abstract(config.flow)[1])
     check(
         config.flow.quantise is None,
         f"flow.quantise must be None for files of the PyTorch originals, which are float32, got "
