@@ -137,34 +137,33 @@ def restore(
         noise = learned or noise
     elif exact:
         values = _as_learned(data, level, measured, seed)
-    shown = None
+    free = leading = None
+    num_leading = 0
     if values is not None and isinstance(operator, Mask):
         shown = np.broadcast_to(operator.visible, model.shape)
-    leading = None if shown is None else leading_frames(run.config, shown)
+        num_leading, free = leading_frames(run.config, shown), jnp.asarray(~shown)
+        if num_leading:
+            frame = jnp.arange(len(shown)).reshape(-1, *(1,) * (shown.ndim - 1))
+            leading = frame < num_leading
     together = max(1, min(rows // options.chains, len(measured)))
     key, parts = jax.random.key(seed), []
     with contextlib.ExitStack() as stack:
         folder = None
         if checkpoint is not None:
             others = {"sigma": sigma, "seed": seed, "noise_level": noise_level, "frames": frames, "rows": rows}
-            others["leading_frames"] = None if leading is None else int(leading.reshape(len(leading), -1)[:, 0].sum())
+            others["leading_frames"] = num_leading or None
             request = chain_request(run, model, measured, on_pixels, cond, options, **others)
             folder = stack.enter_context(chain_folder(checkpoint, request, -(-len(measured) // together)))
         for number, first in enumerate(range(0, len(measured), together)):
             index = np.resize(np.arange(first, min(first + together, len(measured))), together)
             chosen = (options.chains * index[:, None] + np.arange(options.chains)).reshape(-1)
-            # The parameters stay where they are.
-            parts_of = (
-                None if conditions is None else jnp.asarray(conditions[chosen]),
-                operator,
-                jnp.asarray(measured[index] if values is None else values[index]),
-                jnp.full(together, noise, jnp.float32),
-                None if shown is None else jnp.asarray(~shown),
-                None if leading is None else jnp.asarray(leading),
-            )
-            conditions_of_rows, *others = spread(model.layout, parts_of)
+            of_rows = None if conditions is None else jnp.asarray(conditions[chosen])
+            y_of_rows = jnp.asarray(measured[index] if values is None else values[index])
+            sigmas = jnp.full(together, noise, jnp.float32)
+            # All but the parameters, which stay divided over the devices as they are.
+            of_rows, *fields = spread(model.layout, (of_rows, operator, y_of_rows, sigmas, free, leading))
             part = sample_posterior(
-                Posterior(FlowPrior(model, conditions_of_rows), *others),
+                Posterior(FlowPrior(model, of_rows), *fields),
                 jax.random.fold_in(key, first),
                 model.shape,
                 options,
@@ -245,19 +244,16 @@ def _resolved_sigma(
     return False, total
 
 
-def leading_frames(config: ExperimentConfig, shown: Bool[np.ndarray, "*size"]) -> Bool[np.ndarray, "*size"] | None:
-    """Where the first frames of a clip are, as many as are shown whole.
-
-    None where there are none, or where their noise depends on later frames.
+def leading_frames(config: ExperimentConfig, shown: Bool[np.ndarray, "*size"]) -> int:
+    """How many of the first frames of a clip are shown whole; 0 where their noise depends on later frames.
 
     Args:
-      config: of the model.
+      config: of the model; of one on images, the result is 0.
       shown: the values of a clip that are known.
     """
     if not config.data.frames or not is_frame_causal(config.flow):
-        return None
-    leading = np.logical_and.accumulate(shown.reshape(len(shown), -1).all(axis=1))
-    return np.broadcast_to(leading.reshape(-1, *(1,) * (shown.ndim - 1)), shown.shape) if leading.any() else None
+        return 0
+    return int(np.logical_and.accumulate(shown.reshape(len(shown), -1).all(axis=1)).sum())
 
 
 def data_noise(data: DataConfig, level: float) -> float:

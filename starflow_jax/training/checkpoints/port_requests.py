@@ -18,7 +18,7 @@ from starflow_jax.nn.stored_kernels import storage
 from starflow_jax.porting.fit import Fit, fit
 from starflow_jax.porting.infer import with_inferred
 from starflow_jax.porting.name_table import read_name_table
-from starflow_jax.porting.renaming import Renamed, check_rows, renamed, written_as
+from starflow_jax.porting.renaming import Renamed, check_rows, renamed
 from starflow_jax.porting.tensor_names import entries, holds_scales, scheme_of
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit
@@ -165,11 +165,13 @@ def check_portable(flow: FlowConfig) -> None:
 
 
 @contextlib.contextmanager
-def _suggesting_a_table() -> Iterator[None]:
-    """Adds to refusals of a flow that files of other implementations are read and written by a table of names."""
+def _suggesting_a_table(flow: FlowConfig) -> Iterator[None]:
+    """Adds to refusals of a flow that a table of names would do, unless its blocks share layers."""
     try:
         yield
     except ValueError as error:
+        if flow.shared_layers:
+            raise
         hint = "files of other implementations need a table of names (starflow port --names)"
         raise ValueError(f"{error}; {hint}") from error
 
@@ -185,7 +187,7 @@ def open_porting(request: PortRequest) -> Porting:
     config = request.config
     table = None if request.names is None else read_name_table(request.names)
     if table is None:
-        with _suggesting_a_table():
+        with _suggesting_a_table(config.flow):
             check_portable(config.flow)
     tensors = open_tensors(request.source)
     if table is None:
@@ -207,7 +209,7 @@ def open_porting(request: PortRequest) -> Porting:
         wanted or "none",
     )
     given = config.flow if holds_scales(state.tensors) else unquantised(config.flow)
-    with contextlib.nullcontext() if table is not None else _suggesting_a_table():
+    with contextlib.nullcontext() if table is not None else _suggesting_a_table(given):
         expected = entries(abstract(given)[1], additions=table is not None)
     if table is not None:
         check_rows(table, state.rows, expected)
@@ -287,7 +289,7 @@ def export_run(request: ExportRequest) -> Exported:
     table = None if request.names is None else read_name_table(request.names)
     config = run_config(request.workdir)
     if table is None:
-        with _suggesting_a_table():
+        with _suggesting_a_table(config.flow):
             check_portable(config.flow)
             entries(abstract(config.flow)[1])
     check(
@@ -295,10 +297,7 @@ def export_run(request: ExportRequest) -> Exported:
         f"flow.quantise must be None for files of the PyTorch originals, which are float32, got "
         f"{config.flow.quantise!r}; starflow publish writes quantised weights",
     )
-    named = 0
-    if table is not None:
-        written = written_as(table, entries(abstract(config.flow)[1], additions=True))
-        named = sum(one.named for one in written)
-    request.to_torch.parent.mkdir(parents=True, exist_ok=True)
-    step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema, table=table)
+    step, named = write_torch_file(
+        request.to_torch, request.workdir, config, request.step, ema=request.ema, table=table
+    )
     return Exported(config.name, step, named)

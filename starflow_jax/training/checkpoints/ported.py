@@ -143,25 +143,37 @@ def write_torch_file(
     *,
     ema: bool,
     table: NameTable | None = None,
-) -> int:
-    """Writes the parameters of a run as tensors of the original, for `torch.load` or safetensors; returns the step.
+) -> tuple[int, int]:
+    """Writes the parameters of a run as tensors of the original, for `torch.load` or safetensors.
 
     Args:
       path: the file; step: None for the newest; ema: whether to use the moving average if the checkpoint has one.
       table: names in the file of another implementation, which may have flows that the originals do not have.
 
+    Returns:
+      The step, and the number of tensors that the table names.
+
     Raises:
       ValueError: no such checkpoint, or one that is damaged; see `renaming.written_as`.
       OSError: the file cannot be written.
     """
-    return _written(workdir, config, step, ema, lambda specs, values: write_tensors(path, specs, values), table)
+
+    def write(specs: Sequence[FileTensor], values: Iterator[np.ndarray]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, specs, values)
+
+    return _written(workdir, config, step, ema, write, table)
 
 
 def write_torch_shards(
     folder: Path, workdir: Path, config: ExperimentConfig, step: int | None, *, ema: bool, shard_bytes: int
 ) -> int:
-    """`write_torch_file` to the files `model*.safetensors` of a folder, see `tensor_writing.write_shards`."""
-    return _written(workdir, config, step, ema, lambda specs, values: write_shards(folder, specs, values, shard_bytes))
+    """The same into files `model*.safetensors` of a folder (`tensor_writing.write_shards`); returns the step."""
+
+    def write(specs: Sequence[FileTensor], values: Iterator[np.ndarray]) -> None:
+        write_shards(folder, specs, values, shard_bytes)
+
+    return _written(workdir, config, step, ema, write)[0]
 
 
 def _written(
@@ -169,10 +181,10 @@ def _written(
     config: ExperimentConfig,
     step: int | None,
     ema: bool,
-    write: Callable[[Sequence[FileTensor], Iterator[np.ndarray]], object],
+    write: Callable[[Sequence[FileTensor], Iterator[np.ndarray]], None],
     table: NameTable | None = None,
-) -> int:
-    """Calls `write` with the tensors of the original of one checkpoint; returns its step."""
+) -> tuple[int, int]:
+    """Calls `write` with the tensors of one checkpoint; returns its step, and the number of those in the table."""
     file_entries = entries(abstract(config.flow)[1], additions=table is not None)
     written = written_as(table, file_entries)
     run = stored_run(workdir, config, step, ema=ema)
@@ -180,7 +192,7 @@ def _written(
         values = _tensors(run, file_entries)
         pieces = (piece for one in written for piece in one.pieces(next(values)))
         write([part for one in written for part in one.parts], pieces)
-    return run.step
+    return run.step, sum(one.named for one in written)
 
 
 def _tensors(run: StoredRun, file_entries: Sequence[Entry]) -> Iterator[np.ndarray]:
